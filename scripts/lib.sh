@@ -49,9 +49,9 @@ run_logged() {
 	"$@" >"$log" 2>&1 &
 	pid=$!
 	while kill -0 "$pid" 2>/dev/null; do
-		sleep 1
+		sleep 0.2
 		n=$((n + 1))
-		if [ $((n % 20)) = 0 ]; then
+		if [ $((n % 100)) = 0 ]; then
 			say "$stage: $(wc -l <"$log") lines, $(tail -n 1 "$log" | cut -c -70)"
 		fi
 	done
@@ -80,6 +80,8 @@ select_kernel() {
 		FLAVOUR=hgm SRC=$TREE
 	fi
 	OBJ=$BUILD/obj/$FLAVOUR-$KCONFIG-$ARCH
+	# scripts/check compiles other trees, elsewhere.
+	SRC=${SRC_DIR:-$SRC} OBJ=${OBJ_DIR:-$OBJ}
 	case $ARCH in
 	x86_64) IMAGE=$OBJ/arch/x86/boot/bzImage ;;
 	*) die "ARCH=$ARCH: only x86_64 is supported so far" ;;
@@ -95,11 +97,12 @@ kernel_make() {
 use_ccache() {
 	export KBUILD_BUILD_TIMESTAMP='2026-01-01 00:00:00 UTC'
 	export KBUILD_BUILD_USER=hgm KBUILD_BUILD_HOST=hgm KBUILD_BUILD_VERSION=1
-	COMPILER=(CC=gcc HOSTCC=gcc)
+	local cc=${COMPILE_WITH:-gcc}
+	COMPILER=(CC="$cc" HOSTCC=gcc)
 	if command -v ccache >/dev/null; then
 		export CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache}
 		export CCACHE_BASEDIR=$BUILD CCACHE_NOHASHDIR=1
 		export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G}
-		COMPILER=(CC='ccache gcc' HOSTCC='ccache gcc')
+		COMPILER=(CC="ccache $cc" HOSTCC='ccache gcc')
 	fi
 }

@@ -8,7 +8,7 @@ EMAIL=hgm@example.invalid
 
 tgit() { git -C "$TREE" "$@"; }
 
-# "<stage or empty><tab><patch file>" for every patch of the series.
+# "<patch file><tab><stage it opens, if it does>" for every patch of the series.
 read_series() {
 	local line stage=
 	[ -f "$PATCHES/series" ] || return 0
@@ -16,7 +16,7 @@ read_series() {
 		case $line in
 		'# Stage '*) stage=${line#*: } ;;
 		'#'* | '') ;;
-		*)	printf '%s\t%s\n' "$stage" "$line"
+		*)	printf '%s\t%s\n' "$line" "$stage"
 			stage= ;;
 		esac
 	done <"$PATCHES/series"
@@ -32,7 +32,7 @@ expand_queue() {
 	parent=$(tgit rev-parse 'base^{commit}')
 	tgit read-tree "$parent"
 	date=$(tgit log -1 --format=%ct "$parent")
-	while IFS=$'\t' read -r stage patch; do
+	while IFS=$'\t' read -r patch stage; do
 		[ "$n" -lt "$limit" ] || break
 		n=$((n + 1))
 		[ -f "$PATCHES/$patch" ] || { rm -rf "$work"; die "patches/series names $patch, which does not exist"; }
