@@ -601,7 +601,7 @@ static bool report(const char *kind, uint64_t total)
 	PUT("median ms", "%.3f", n ? MS(blocked[(n - 1) / 2]) : 0);
 	PUT("p99 ms", "%.3f", n ? MS(blocked[(n - 1) * 99 / 100]) : 0);
 	PUT("worst ms", "%.3f", n ? MS(blocked[n - 1]) : 0);
-	PUT("blocked share percent", "%.1f", still * 100.0 / nthreads / (done - start));
+	PUT("waits of a thread ms", "%.1f", MS(still / nthreads));
 	PUT("threads done ms", "%.1f", MS(done - start));
 	PUT("total ms", "%.1f", MS(total));
 	PUT("achieved Mbit/s", "%.0f", size * 8e3 / total);
