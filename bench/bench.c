@@ -224,12 +224,12 @@ static void start_handler(struct area *a, size_t step)
 
 /* --- memory that never heard of HGM --- */
 
-static void do_fork(void)
+static void do_fork(int times)
 {
 	int status;
 	pid_t pid;
 
-	for (int i = 0; i < 101; i++) {
+	for (int i = 0; i < times; i++) {
 		MEASURE(pid = fork());
 		if (!pid)
 			_exit(0);
@@ -293,7 +293,7 @@ static void plain(const char *name, size_t step, int pages, const char *all)
 	print(insn, gup(&a, GUP_BASIC_TEST, 512), "%s GUP, 512 pages", name);
 
 	populate(&a);
-	do_fork();
+	do_fork(101);
 	print(insn, median(), "%s fork, shared, %s", name, all);
 
 	for (int i = 0; i < 101; i++) {
@@ -352,7 +352,7 @@ static void plain(const char *name, size_t step, int pages, const char *all)
 	if (ioctl(a.uffd, UFFDIO_WRITEPROTECT, &wp))
 		die("UFFDIO_WRITEPROTECT");
 	start_handler(&a, step);
-	do_fork();
+	do_fork(101);
 	print(insn, median(), "%s fork, uffd-wp, %s", name, all);
 	free_area(&a);
 
@@ -362,7 +362,7 @@ static void plain(const char *name, size_t step, int pages, const char *all)
 	if (p.mem == MAP_FAILED)
 		die("private mapping");
 	populate(&p);
-	do_fork();
+	do_fork(101);
 	print(insn, median(), "%s fork, private, %s", name, all);
 }
 
@@ -513,6 +513,50 @@ static void range(void)
 		print("instructions per leaf", value[i], "HGM %s", rows[i]);
 }
 
+/* What other system calls do with a page that is mapped by 4 KiB entries only. */
+static void others(void)
+{
+	double change = -1, move = -1, copy = -1;
+	struct area a;
+	char *to;
+
+	if (have_hgm()) {
+		a = new_area(GIB, GIB);
+		renew(&a);
+		fill_4k(&a);
+		MEASURE(if (mprotect(a.mem, a.size, PROT_READ)) die("mprotect"));
+		change = median() / 262144.0;
+		if (mprotect(a.mem, a.size, PROT_READ | PROT_WRITE))
+			die("mprotect");
+
+		to = mmap(NULL, 2 * GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		to = (char *)(((uintptr_t)to + GIB - 1) & -GIB);
+		MEASURE(to = mremap(a.mem, a.size, a.size, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+		move = median();
+		if (to == MAP_FAILED)
+			die("mremap");
+		a.mem = to;
+		expect_mapped(&a, "HugetlbPteMapped:");
+		close(a.uffd);
+
+		/* Page tables of shared memory are copied for write-protection only. */
+		if (munmap(a.mem, a.size))
+			die("munmap");
+		map_area(&a);
+		use_uffd(&a, UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP, UFFD_FEATURE_MINOR_HUGETLBFS |
+			 UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_EVENT_FORK);
+		if (madvise(a.mem, a.size, MADV_SPLIT))
+			die("MADV_SPLIT");
+		fill_4k(&a);
+		start_handler(&a, PAGE);
+		do_fork(3);
+		copy = median() / 262144.0;
+	}
+	print("instructions per leaf", change, "HGM mprotect of 4K entries");
+	print("instructions", move, "HGM mremap of 4K entries");
+	print("instructions per leaf", copy, "HGM fork of 4K entries, uffd-wp");
+}
+
 static void tables(void)
 {
 	static const int count[] = { 1, 1000, 1000, 262144 };
@@ -543,7 +587,8 @@ int main(int argc, char **argv)
 {
 	static const struct { const char *name; void (*run)(void); } parts[] = {
 		{ "2M", plain_2m }, { "1G", plain_1g }, { "continue", continue_4k },
-		{ "range", range }, { "tables", tables } };
+		{ "range", range }, { "others", others },
+		{ "tables", tables } };
 	int status, failed = 0;
 
 	for (int i = 0; i < 1001; i++)
