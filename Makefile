@@ -11,7 +11,7 @@ export VM_SHELL
 override CMD := $(value CMD)
 export CMD
 
-VERBS := packages fetch tree series status check build vm test smoke demo bench clean
+VERBS := packages fetch tree series status check build vm test smoke soak demo bench clean
 .PHONY: help $(VERBS)
 
 help:
@@ -24,6 +24,7 @@ $(VERBS):
 #|                 the patched kernel; ends with a table and a plot
 #| make test       everything, up to selftests under the debug kernel; the last line counts
 #| make smoke      the HGM selftests on the fast kernel
+#| make soak       random operations against a model, for MINUTES=60
 #| make bench      the measurements
 #|
 #| make vm CMD='...'   run a command in a virtual machine, as root, over a read-only view
