@@ -6,7 +6,8 @@
 RESULTS=${RESULTS:-$BUILD/results}
 export RESULTS
 
-result_file() { echo "$RESULTS/$(printf '%s' "$1" | tr -c 'A-Za-z0-9_.+/ =-' _ | sed 's,/\.*,/,g')"; }
+# One flat folder: a name can be another one's beginning.
+result_file() { echo "$RESULTS/$(printf '%s' "$1" | tr / % | tr -c 'A-Za-z0-9_.+% =-' _)"; }
 
 # plan <name...>: these must report.
 plan() {
