@@ -36,7 +36,7 @@ $(VERBS):
 #| make tree       build/linux: a git tree, the base and one commit per patch
 #| make series     write that tree's commits back to patches/
 #| make status     base version, patches per stage, do tree and patches/ agree
-#| make check      the queue applies and is clean; BISECT=1: every prefix builds
+#| make check      the queue applies and is clean; BISECT=1: so is every prefix
 #|
 #| make packages   install the Debian packages the rest needs
 #| make fetch      fetch the kernel's source; LINUX=<tarball or tree> to use your own
