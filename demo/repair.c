@@ -119,8 +119,11 @@ static void catch_memory_errors(void)
 {
 	struct sigaction act = {
 		.sa_sigaction = on_sigbus,
-		/* A jump out of the handler must not leave the signal blocked. */
-		.sa_flags = SA_SIGINFO | SA_NODEFER,
+		/*
+		 * A jump out of the handler must not leave the signal blocked; an AO
+		 * signal can come during any system call.
+		 */
+		.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART,
 	};
 
 	if (sigaction(SIGBUS, &act, NULL))
