@@ -20,8 +20,8 @@ help:
 $(VERBS):
 	@scripts/$@
 
-#| make demo       everything, up to a post-copy transfer on 1 GiB pages on the stock and
-#|                 the patched kernel; ends with a table and a plot
+#| make demo       everything, up to three stories on 1 GiB pages on the stock and the patched
+#|                 kernel: post-copy, a database, a program that repairs itself; tables, a plot
 #| make test       everything, up to selftests under the debug kernel; the last line counts
 #| make smoke      the HGM selftests on the fast kernel
 #| make soak       random operations against a model, for MINUTES=60
