@@ -9,7 +9,8 @@
  * memory is a memfd mapped twice. Arriving data is written through a mapping
  * that userfaultfd does not know; UFFDIO_CONTINUE then maps it where the
  * threads run. On hugetlb memory of a kernel with MADV_SPLIT that works for
- * every 4 KiB; without, only when a whole 1 GiB page has arrived.
+ * every 4 KiB; without, only when a whole 1 GiB page has arrived. With -m copy
+ * there is one mapping, and UFFDIO_COPY fills it, as in VMMs of today.
  *
  * Change it for what the transfer does; demo/run says which transfers are made.
  */
@@ -293,8 +294,8 @@ struct worker {
 
 static char *mem, *alias;	/* the threads' mapping, and the one for arriving data */
 static int uffd, demand_fd, stream_fd, quit_pipe[2];
-static size_t step;		/* what UFFDIO_CONTINUE can map */
-static bool hgm;
+static size_t step;		/* what UFFDIO_CONTINUE or UFFDIO_COPY can map */
+static bool hgm, copies;
 static struct worker *workers;
 static atomic_uint_fast64_t *filled, arrived;	/* bytes, per GiB and in all */
 static atomic_int faults, finished;
@@ -340,17 +341,21 @@ static void sample(void)
 	pthread_mutex_unlock(&sample_lock);
 }
 
-static void map(uint64_t offset, uint64_t len)
+/* Give the threads what has arrived: by a copy of data, or where it has been written to. */
+static void map(uint64_t offset, uint64_t len, char *data)
 {
 	while (len) {
+		struct uffdio_copy y = { .dst = (uintptr_t)mem + offset, .src = (uintptr_t)data, .len = len };
 		struct uffdio_continue c = { .range = { (uintptr_t)mem + offset, len } };
+		int64_t done;
 
-		if (!ioctl(uffd, UFFDIO_CONTINUE, &c))
+		if (!ioctl(uffd, copies ? UFFDIO_COPY : UFFDIO_CONTINUE, copies ? (void *)&y : &c))
 			return;
 		if (errno != EAGAIN)
-			die("UFFDIO_CONTINUE of %#lx at %#lx", (long)len, (long)offset);
-		if (c.mapped > 0)
-			offset += c.mapped, len -= c.mapped;
+			die("%s of %#lx at %#lx", copies ? "UFFDIO_COPY" : "UFFDIO_CONTINUE", (long)len, (long)offset);
+		done = copies ? y.copy : c.mapped;
+		if (done > 0)
+			offset += done, len -= done, data += done;
 	}
 }
 
@@ -371,9 +376,12 @@ static void collapse(uint64_t offset)
 
 static void *receiver(void *arg)
 {
+	char *data = copies ? malloc(CHUNK) : NULL;
 	int fd = *(int *)arg;
 	struct frame f;
 
+	if (copies && !data)
+		die("malloc");
 	while (receive(fd, &f, sizeof(f))) {
 		uint64_t gib = f.offset & ~(GIB - 1);
 
@@ -381,13 +389,16 @@ static void *receiver(void *arg)
 			source_sum = f.offset;
 			continue;
 		}
-		if (f.what != DATA || f.offset + f.length > size || !receive(fd, alias + f.offset, f.length))
+		if (!copies)
+			data = alias + f.offset;
+		if (f.what != DATA || f.offset + f.length > size || (copies && f.length > CHUNK) ||
+		    !receive(fd, data, f.length))
 			errno = 0, die("bad frame");
 		if (step < GIB)
-			map(f.offset, f.length);
+			map(f.offset, f.length, data);
 		if (atomic_fetch_add(&filled[gib / GIB], f.length) + f.length == GIB) {
 			if (step == GIB)
-				map(gib, GIB);
+				map(gib, GIB, NULL);
 			else if (hgm)
 				collapse(gib);
 		}
@@ -469,17 +480,21 @@ static void *monitor(void *arg)
 
 static void prepare_memory(const char *kind)
 {
-	bool shmem = !strcmp(kind, "shmem");
+	const bool shmem = !strcmp(kind, "shmem");
 	int fd = memfd_create("guest memory", shmem ? 0 : MFD_HUGETLB | MFD_HUGE_1GB);
 	struct uffdio_api api = { .api = UFFD_API, .features = shmem ? UFFD_FEATURE_MINOR_SHMEM :
 									  UFFD_FEATURE_MINOR_HUGETLBFS };
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MINOR };
 	char *any;
 
+	copies = !strcmp(kind, "copy");
+	if (copies)
+		api.features = 0, reg.mode = UFFDIO_REGISTER_MODE_MISSING;
+
 	if (fd < 0 || ftruncate(fd, size))
 		die("memfd");
-	/* The pages exist, and are in the page cache, before the first byte arrives. */
-	if (fallocate(fd, 0, 0, size))
+	/* UFFDIO_CONTINUE wants the pages in the page cache before the first byte arrives. */
+	if (!copies && fallocate(fd, 0, 0, size))
 		die("%d GiB of memory (hugepagesz=1G hugepages=%d on the kernel's command line?)",
 		    gigabytes, gigabytes);
 	any = mmap(NULL, size + GIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -487,7 +502,7 @@ static void prepare_memory(const char *kind)
 		die("mmap");
 	mem = (char *)(((uintptr_t)any + GIB - 1) & ~(GIB - 1));
 	mem = mmap(mem, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
-	alias = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	alias = copies ? NULL : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (mem == MAP_FAILED || alias == MAP_FAILED)
 		die("mmap");
 
@@ -499,8 +514,8 @@ static void prepare_memory(const char *kind)
 		die("UFFDIO_REGISTER");
 
 	/* The probe, and then the one call that allows 4 KiB. */
-	hgm = !strcmp(kind, "auto") && !madvise(0, 0, MADV_SPLIT);
-	if (hgm && madvise(mem, size, MADV_SPLIT))
+	hgm = (copies || !strcmp(kind, "auto")) && !madvise(0, 0, MADV_SPLIT);
+	if ((hgm || copies) && madvise(mem, size, MADV_SPLIT))
 		die("MADV_SPLIT");
 	step = shmem || hgm ? PAGE : GIB;
 }
@@ -590,6 +605,7 @@ static bool report(const char *kind, uint64_t total)
 #define MS(x) ((double)(x) / 1e6)
 	PUT("kernel", "%s", u.release);
 	PUT("memory", "%s", !strcmp(kind, "shmem") ? "shmem" : "hugetlb 1 GiB");
+	PUT("filled by", "%s", copies ? "UFFDIO_COPY" : "UFFDIO_CONTINUE");
 	PUT("resolves KiB", "%zu", step / 1024);
 	PUT("GiB", "%d", gigabytes);
 	PUT("link Mbit/s", "%d", megabits);
@@ -713,9 +729,10 @@ int main(int argc, char **argv)
 		}
 	}
 	if (optind >= argc || gigabytes < 1 || nthreads < 1 || touches < 1 || megabits < 1 ||
-	    (strcmp(kind, "auto") && strcmp(kind, "huge") && strcmp(kind, "shmem"))) {
+	    (strcmp(kind, "auto") && strcmp(kind, "huge") && strcmp(kind, "copy") && strcmp(kind, "shmem"))) {
 		fprintf(stderr, "usage: postcopy [-m memory] [-g GiB] [-t threads] [-n touches of each] [-r Mbit/s] [-s seed] [-o folder] file...\n"
-			"memory: auto (1 GiB pages, 4 KiB faults if the kernel can), huge (1 GiB faults), shmem\n");
+			"memory: auto (1 GiB pages, 4 KiB faults if the kernel can), huge (1 GiB faults),\n"
+			"        copy (4 KiB faults, UFFDIO_COPY instead of a second mapping), shmem\n");
 		return 2;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
