@@ -5,7 +5,7 @@
  * the number of instructions executed. Prints "name <tab> unit <tab> value";
  * a value is the median of many samples, n/a where the kernel cannot do it.
  *
- *   bench [2M] [1G] [continue] [range] [tables]
+ *   bench [2M] [1G] [continue] [range] [others] [fill] [tables]
  *
  * Without arguments all parts run, each in a process of its own.
  * Change it to measure something else; bench/goals says what is compared.
@@ -374,15 +374,15 @@ static void plain_1g(void) { plain("1G", GIB, 1, "one page"); }
 static bool have_hgm(void) { return !madvise(0, 0, MADV_SPLIT); }
 
 /* Makes the area's mapping anew: no page table below the top is left of the old one. */
-static void renew(struct area *a)
+static void renew(struct area *a, uint64_t mode)
 {
 	if (a->uffd)
 		close(a->uffd);
 	if (munmap(a->mem, a->size))
 		die("munmap");
 	map_area(a);
-	use_uffd(a, UFFDIO_REGISTER_MODE_MINOR,
-		 a->step == GIB ? UFFD_FEATURE_MINOR_HUGETLBFS : UFFD_FEATURE_MINOR_SHMEM);
+	use_uffd(a, mode, UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+		 (a->step == GIB ? UFFD_FEATURE_MINOR_HUGETLBFS : UFFD_FEATURE_MINOR_SHMEM));
 	if (a->step == GIB && madvise(a->mem, a->size, MADV_SPLIT))
 		die("MADV_SPLIT");
 }
@@ -406,7 +406,7 @@ static void continue_4k(void)
 				for (size_t o = 0; !hgm && o < 512 * stride; o += stride)
 					if (pwrite(a.fd, "x", 1, o) != 1)
 						die("pwrite");
-				renew(&a);
+				renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 				if (fault)
 					start_handler(&a, PAGE);
 				for (size_t o = 0; o < 512 * stride; o += stride)
@@ -488,7 +488,7 @@ static void range(void)
 
 	if (have_hgm()) {
 		a = new_area(GIB, GIB);
-		renew(&a);
+		renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 		first_entries(&a);
 		for (size_t o = 0; o < a.size; o += PMD)
 			MEASURE(cont(&a, o + PAGE, PMD - PAGE));
@@ -498,13 +498,13 @@ static void range(void)
 		value[2] = median() / 262144.0;
 		expect_mapped(&a, "HugetlbPudMapped:");
 
-		renew(&a);
+		renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 		cont(&a, 0, PMD);
 		MEASURE(cont(&a, PMD, GIB - PMD));
 		value[1] = median() / 511.0;
 		expect_mapped(&a, "HugetlbPmdMapped:");
 
-		renew(&a);
+		renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 		fill_4k(&a);
 		MEASURE(if (munmap(a.mem, a.size)) die("munmap"));
 		value[3] = median() / 262144.0;
@@ -522,7 +522,7 @@ static void others(void)
 
 	if (have_hgm()) {
 		a = new_area(GIB, GIB);
-		renew(&a);
+		renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 		fill_4k(&a);
 		MEASURE(if (mprotect(a.mem, a.size, PROT_READ)) die("mprotect"));
 		change = median() / 262144.0;
@@ -557,6 +557,83 @@ static void others(void)
 	print("instructions per leaf", copy, "HGM fork of 4K entries, uffd-wp");
 }
 
+static void copy_4k(struct area *a, size_t offset)
+{
+	static char from[PAGE] __attribute__((aligned(PAGE))) = "x";
+	struct uffdio_copy c = { .dst = (uintptr_t)a->mem + offset, .src = (uintptr_t)from, .len = PAGE };
+
+	if (ioctl(a->uffd, UFFDIO_COPY, &c))
+		die("UFFDIO_COPY at %#zx", offset);
+}
+
+static void protect(struct area *a, uint64_t mode)
+{
+	struct uffdio_writeprotect wp = { .range = { (uintptr_t)a->mem, a->size }, .mode = mode };
+
+	if (ioctl(a->uffd, UFFDIO_WRITEPROTECT, &wp))
+		die("UFFDIO_WRITEPROTECT");
+}
+
+/* Nothing is in the file, and nothing is mapped. */
+static void empty(struct area *a)
+{
+	if (fallocate(a->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, a->size))
+		die("fallocate");
+	renew(a, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+/* What fills, and write-protects, 4 KiB at a time. Copying is part of it. */
+static void fill(void)
+{
+	static const char *name[] = { "shmem", "HGM" };
+	const char *leaf = "instructions per leaf";
+
+	for (int hgm = 0; hgm < 2; hgm++) {
+		double first = -1, near = -1, far = -1, wp = -1, unwp = -1;
+		struct area a;
+
+		if (!hgm || have_hgm()) {
+			a = new_area(hgm ? GIB : PAGE, GIB);
+			for (int i = 0; i < 11; i++) {
+				empty(&a);
+				MEASURE(copy_4k(&a, 0));
+			}
+			first = median();
+			for (size_t o = PAGE; o < PMD; o += PAGE)
+				MEASURE(copy_4k(&a, o));
+			near = median();
+			for (size_t o = PMD; o < GIB; o += PMD)
+				MEASURE(copy_4k(&a, o));
+			far = median();
+			free_area(&a);
+			close(a.uffd);
+
+			a = new_area(hgm ? GIB : PAGE, GIB);
+			renew(&a, UFFDIO_REGISTER_MODE_MINOR | UFFDIO_REGISTER_MODE_WP);
+			if (hgm)
+				fill_4k(&a);
+			else
+				populate(&a);
+			for (int i = 0; i < 5; i++) {
+				MEASURE(protect(&a, UFFDIO_WRITEPROTECT_MODE_WP));
+				protect(&a, 0);
+			}
+			wp = median() / 262144.0;
+			for (int i = 0; i < 5; i++) {
+				protect(&a, UFFDIO_WRITEPROTECT_MODE_WP);
+				MEASURE(protect(&a, 0));
+			}
+			unwp = median() / 262144.0;
+			free_area(&a);
+		}
+		print("instructions", first, "%s 4K COPY, the first", name[hgm]);
+		print("instructions", near, "%s 4K COPY, table is there", name[hgm]);
+		print("instructions", far, "%s 4K COPY, new table", name[hgm]);
+		print(leaf, wp, "%s write-protection of 4K entries", name[hgm]);
+		print(leaf, unwp, "%s end of write-protection of 4K entries", name[hgm]);
+	}
+}
+
 static void tables(void)
 {
 	static const int count[] = { 1, 1000, 1000, 262144 };
@@ -569,7 +646,7 @@ static void tables(void)
 		uint64_t before = 0;
 
 		if (have_hgm()) {
-			renew(&a);
+			renew(&a, UFFDIO_REGISTER_MODE_MINOR);
 			before = page_tables();
 			if (n == 262144)
 				fill_4k(&a);
@@ -587,7 +664,7 @@ int main(int argc, char **argv)
 {
 	static const struct { const char *name; void (*run)(void); } parts[] = {
 		{ "2M", plain_2m }, { "1G", plain_1g }, { "continue", continue_4k },
-		{ "range", range }, { "others", others },
+		{ "range", range }, { "others", others }, { "fill", fill },
 		{ "tables", tables } };
 	int status, failed = 0;
 
