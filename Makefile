@@ -24,6 +24,7 @@ $(VERBS):
 #|                 kernel: post-copy, a database, a program that repairs itself; tables, a plot
 #| make test       everything, up to selftests under the debug kernel; the last line counts
 #| make smoke      the HGM selftests on the fast kernel
+#|                 ARCH=arm64 is an option of test, smoke, vm and build: it is emulated
 #| make soak       random operations against a model, for MINUTES=60
 #| make bench      the measurements
 #|

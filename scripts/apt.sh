@@ -7,7 +7,8 @@ MIRROR=${MIRROR:-http://deb.debian.org/debian}
 SUITES=${SUITES:-trixie-backports forky sid}
 NETWORK_HELP='check the network (and the proxy settings)'
 
-# private_apt <folder> <log> [deb-src]: makes apt use that folder, and fetches the lists.
+# private_apt <folder> <log> [deb-src]: makes apt use that folder, and fetches the lists;
+# those of another architecture with APT_ARCH.
 private_apt() {
 	local apt=$1 log=$2 s
 	rm -rf "$apt"
@@ -26,6 +27,7 @@ private_apt() {
 		Dir::Cache "$apt/cache";
 		APT::Sandbox::User "$(id -un)";
 		APT::Default-Release "";
+		${APT_ARCH:+APT::Architecture "$APT_ARCH"; APT::Architectures "$APT_ARCH";}
 		Acquire::Languages "none";
 		Acquire::Retries "${RETRIES:-3}";
 		quiet "1";

@@ -83,13 +83,17 @@ select_kernel() {
 	# scripts/check compiles other trees, elsewhere.
 	SRC=${SRC_DIR:-$SRC} OBJ=${OBJ_DIR:-$OBJ}
 	case $ARCH in
-	x86_64) IMAGE=$OBJ/arch/x86/boot/bzImage ;;
-	*) die "ARCH=$ARCH: only x86_64 is supported so far" ;;
+	x86_64) IMAGE=$OBJ/arch/x86/boot/bzImage QEMU=qemu-system-x86_64 CROSS='' ;;
+	arm64) IMAGE=$OBJ/arch/arm64/boot/Image QEMU=qemu-system-aarch64 CROSS=aarch64-linux-gnu- ;;
+	*) die "ARCH=$ARCH: choose x86_64 or arm64" ;;
 	esac
+	KERNEL=$FLAVOUR-$KCONFIG	# names its results
+	[ "$ARCH" = x86_64 ] || KERNEL+=-$ARCH
+	[ "$ARCH" != "$(uname -m | sed s/aarch64/arm64/)" ] || CROSS=
 }
 
 kernel_make() {
-	make -C "$SRC" O="$OBJ" ARCH="$ARCH" LOCALVERSION="-$FLAVOUR-$KCONFIG" "$@"
+	make -C "$SRC" O="$OBJ" ARCH="$ARCH" CROSS_COMPILE="$CROSS" LOCALVERSION="-$FLAVOUR-$KCONFIG" "$@"
 }
 
 # One compiler cache for every checkout and flavour, with nothing in a build that
@@ -97,7 +101,7 @@ kernel_make() {
 use_ccache() {
 	export KBUILD_BUILD_TIMESTAMP='2026-01-01 00:00:00 UTC'
 	export KBUILD_BUILD_USER=hgm KBUILD_BUILD_HOST=hgm KBUILD_BUILD_VERSION=1
-	local cc=${COMPILE_WITH:-gcc}
+	local cc=${COMPILE_WITH:-${CROSS}gcc}
 	COMPILER=(CC="$cc" HOSTCC=gcc)
 	if command -v ccache >/dev/null; then
 		export CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache}
