@@ -14,71 +14,24 @@
  *
  * Change it for what the transfer does; demo/run says which transfers are made.
  */
-#define _GNU_SOURCE
+#include "common.h"
 #include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
-#include <linux/memfd.h>
-#include <linux/userfaultfd.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <pthread.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-#ifndef MADV_SPLIT
-#define MADV_SPLIT 26
-#endif
-
-#define PAGE	4096UL
-#define GIB	(1UL << 30)
 #define CHUNK	(16 * PAGE)	/* of the background stream */
-#define NSEC	1000000000ULL
 
 static int gigabytes = 2, nthreads = 4, touches = 2000, megabits = 250;
 static uint64_t seed = 1;
 static const char *outdir = ".";
 static size_t size;
-
-static void die(const char *fmt, ...)
-{
-	int err = errno;
-	va_list ap;
-
-	va_start(ap, fmt);
-	fprintf(stderr, "postcopy: ");
-	vfprintf(stderr, fmt, ap);
-	fprintf(stderr, err ? ": %s\n" : "\n", strerror(err));
-	va_end(ap);
-	exit(1);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * NSEC + t.tv_nsec;
-}
 
 static uint64_t next_random(uint64_t *state)		/* splitmix64 */
 {
@@ -107,38 +60,6 @@ struct frame {
 	uint32_t length;
 	uint32_t what;
 };
-
-static void send_all(int fd, const void *buf, size_t len)
-{
-	while (len) {
-		ssize_t n = send(fd, buf, len, MSG_NOSIGNAL);
-
-		if (n < 0 && errno != EINTR)
-			die("send");
-		if (n > 0)
-			buf = (const char *)buf + n, len -= n;
-	}
-}
-
-/* false: the other side has closed the connection between two frames */
-static bool receive(int fd, void *buf, size_t len)
-{
-	size_t done = 0;
-
-	while (done < len) {
-		ssize_t n = recv(fd, (char *)buf + done, len - done, MSG_WAITALL);
-
-		if (n < 0 && errno != EINTR)
-			die("recv");
-		if (!n && !done)
-			return false;
-		if (!n)
-			errno = 0, die("the connection ended within a frame");
-		if (n > 0)
-			done += n;
-	}
-	return true;
-}
 
 /* --- the source --- */
 
@@ -262,12 +183,7 @@ static void source(int demand, int stream, char **files, int nfiles)
 		}
 		memcpy(head, &f, sizeof(f));
 		send_all(wanted ? demand : stream, head, sizeof(f) + f.length);
-
-		/* What a busy machine did not send in time may be made up for, up to 100 ms. */
-		t = now();
-		if (due + NSEC / 10 < t)
-			due = t - NSEC / 10;
-		due += (sizeof(f) + f.length) * 8 * 1000 / megabits;
+		due = link_free(due, sizeof(f) + f.length, megabits);
 	}
 
 	shutdown(demand, SHUT_WR);
@@ -298,29 +214,13 @@ static size_t step;		/* what UFFDIO_CONTINUE or UFFDIO_COPY can map */
 static bool hgm, copies;
 static struct worker *workers;
 static atomic_uint_fast64_t *filled, arrived;	/* bytes, per GiB and in all */
-static atomic_int faults, finished;
+static atomic_uint_fast64_t collapse_time;
+static atomic_int faults, finished, collapses;
 static atomic_bool *asked;
-static uint64_t start, source_sum, collapse_time;
-static int collapses;
+static uint64_t start, source_sum;
 static pthread_barrier_t ready;
 static pthread_mutex_t sample_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t peak_pte, most_memmap, memmap_at_start;
-
-/* The number after a name at the start of a line, or 0. */
-static uint64_t number_in(const char *file, const char *name)
-{
-	char line[256];
-	uint64_t value = 0;
-	FILE *f = fopen(file, "r");
-
-	if (!f)
-		return 0;
-	while (fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, strlen(name)))
-			value = strtoull(line + strlen(name), NULL, 10);
-	fclose(f);
-	return value;
-}
 
 /* Pages that hold struct pages: what HVO saves is missing here. */
 static uint64_t memmap_pages(void)
@@ -365,13 +265,12 @@ static void collapse(uint64_t offset)
 
 	sample();
 	t = now();
-	while (madvise(mem + offset, GIB, MADV_COLLAPSE))
-		if (errno != EAGAIN && errno != EBUSY)
-			die("MADV_COLLAPSE");
-	collapse_time += now() - t;
+	collapse_gib(mem + offset);
+	t = now() - t;
+	collapse_time += t;
 	collapses++;
 	printf("destination: GiB %lu is complete, mapped by one entry again after %.1f ms\n",
-	       (long)(offset / GIB), (now() - t) / 1e6);
+	       offset / GIB, t / 1e6);
 }
 
 static void *receiver(void *arg)
@@ -482,15 +381,9 @@ static void prepare_memory(const char *kind)
 {
 	const bool shmem = !strcmp(kind, "shmem");
 	int fd = memfd_create("guest memory", shmem ? 0 : MFD_HUGETLB | MFD_HUGE_1GB);
-	struct uffdio_api api = { .api = UFFD_API, .features = shmem ? UFFD_FEATURE_MINOR_SHMEM :
-									  UFFD_FEATURE_MINOR_HUGETLBFS };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MINOR };
 	char *any;
 
 	copies = !strcmp(kind, "copy");
-	if (copies)
-		api.features = 0, reg.mode = UFFDIO_REGISTER_MODE_MISSING;
-
 	if (fd < 0 || ftruncate(fd, size))
 		die("memfd");
 	/* UFFDIO_CONTINUE wants the pages in the page cache before the first byte arrives. */
@@ -506,25 +399,17 @@ static void prepare_memory(const char *kind)
 	if (mem == MAP_FAILED || alias == MAP_FAILED)
 		die("mmap");
 
-	uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
-		die("userfaultfd");
-	reg.range = (struct uffdio_range){ (uintptr_t)mem, size };
-	if (ioctl(uffd, UFFDIO_REGISTER, &reg))
-		die("UFFDIO_REGISTER");
+	if (copies)
+		uffd = open_uffd(mem, size, 0, UFFDIO_REGISTER_MODE_MISSING);
+	else
+		uffd = open_uffd(mem, size, shmem ? UFFD_FEATURE_MINOR_SHMEM : UFFD_FEATURE_MINOR_HUGETLBFS,
+				 UFFDIO_REGISTER_MODE_MINOR);
 
 	/* The probe, and then the one call that allows 4 KiB. */
 	hgm = (copies || !strcmp(kind, "auto")) && !madvise(0, 0, MADV_SPLIT);
 	if ((hgm || copies) && madvise(mem, size, MADV_SPLIT))
 		die("MADV_SPLIT");
 	step = shmem || hgm ? PAGE : GIB;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	uint64_t x = *(uint64_t *)a, y = *(uint64_t *)b;
-
-	return (x > y) - (x < y);
 }
 
 /* Field of the mapping at mem in /proc/self/smaps, in kB. */
@@ -598,7 +483,8 @@ static bool report(const char *kind, uint64_t total)
 	f = result_file("latency");
 	for (int i = 0; i < n; i++)
 		fprintf(f, "%.6f\n", blocked[i] / 1e6);
-	fclose(f);
+	if (fclose(f))
+		die("latency");
 
 	f = result_file("result");
 #define PUT(name, fmt, ...) fprintf(f, name "\t" fmt "\n", __VA_ARGS__)
@@ -655,8 +541,9 @@ static bool destination(const char *kind)
 	for (int i = 0; i < nthreads; i++) {
 		workers[i].rng = seed * 1000 + i;
 		workers[i].touch = calloc(touches, sizeof(struct touch));
-		if (!workers[i].touch || pthread_create(&workers[i].thread, NULL, work, &workers[i]))
-			die("thread");
+		if (!workers[i].touch)
+			die("no memory");
+		start_thread(&workers[i].thread, work, &workers[i]);
 		/* Faults on the threads' own records must not be part of what is measured. */
 		for (int j = 0; j < touches; j++)
 			workers[i].touch[j].start = 1;
@@ -670,11 +557,10 @@ static bool destination(const char *kind)
 	start = now();
 	f.what = START;
 	send_all(demand_fd, &f, sizeof(f));
-	if (pthread_create(&handler_thread, NULL, handler, NULL) ||
-	    pthread_create(&receivers[0], NULL, receiver, &demand_fd) ||
-	    pthread_create(&receivers[1], NULL, receiver, &stream_fd) ||
-	    pthread_create(&monitor_thread, NULL, monitor, NULL))
-		die("thread");
+	start_thread(&handler_thread, handler, NULL);
+	start_thread(&receivers[0], receiver, &demand_fd);
+	start_thread(&receivers[1], receiver, &stream_fd);
+	start_thread(&monitor_thread, monitor, NULL);
 	pthread_barrier_wait(&ready);
 
 	while (arrived < size)

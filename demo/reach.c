@@ -10,17 +10,9 @@
  *
  * Change it for what is counted; demo/database uses it.
  */
-#define _GNU_SOURCE
-#include <fcntl.h>
+#include "common.h"
 #include <setjmp.h>
 #include <signal.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define PAGE	4096UL
-#define GIB	(1UL << 30)
 
 static sigjmp_buf next;
 static char *mem;

@@ -13,33 +13,16 @@
  * Change it for what a program should do when its memory fails. It
  * exits with 3 if what it lost cannot be rebuilt.
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "common.h"
 #include <getopt.h>
-#include <linux/memfd.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#ifndef MADV_SPLIT
-#define MADV_SPLIT 26
-#endif
-
-#define PAGE	4096UL
 #define WORDS	(PAGE / 8)
-#define GIB	(1UL << 30)
 #define PAGES	(GIB / PAGE)
 #define COLUMNS	16
 #define COLUMN	(PAGES / COLUMNS)	/* pages in each */
@@ -50,28 +33,7 @@ static char *mem;
 static uint64_t *page[PAGES];		/* where each page is now: all accesses go by this */
 static uint32_t version[PARITY];	/* how often each page was overwritten */
 static long signals[2], lost, rebuilt;	/* signals: action optional, action required; bytes */
-static double slowest;
-
-static void die(const char *fmt, ...)
-{
-	int err = errno;
-	va_list ap;
-
-	va_start(ap, fmt);
-	fprintf(stderr, "repair: ");
-	vfprintf(stderr, fmt, ap);
-	fprintf(stderr, err ? ": %s\n" : "\n", strerror(err));
-	va_end(ap);
-	exit(1);
-}
-
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
-}
+static uint64_t slowest;
 
 /* ************************************************************************* */
 
@@ -157,7 +119,7 @@ static void rebuild(size_t n)
 
 static bool repair(void)
 {
-	double start = now();
+	uint64_t start = now();
 
 	recover = NULL;
 	/* The signal says how much is gone: 12 bits, 4 KiB, are all this program can rebuild. */
@@ -262,22 +224,6 @@ static void fail_page(size_t n, bool early)
 		errno = WIFEXITED(status) ? WEXITSTATUS(status) : 0, die("MADV_HWPOISON");
 }
 
-/* The number after a name at the start of a line, or 0: sums over all mappings. */
-static long number_in(const char *file, const char *name)
-{
-	char line[512];
-	long value = 0;
-	FILE *f = fopen(file, "r");
-
-	if (!f)
-		die("%s", file);
-	while (fgets(line, sizeof(line), f))
-		if (!strncmp(line, name, strlen(name)))
-			value += strtol(line + strlen(name), NULL, 10);
-	fclose(f);
-	return value;
-}
-
 static const char *bytes(long n)
 {
 	static char text[4][32];
@@ -293,7 +239,7 @@ static const char *bytes(long n)
 
 int main(int argc, char **argv)
 {
-	int rounds = 20000, errors = 8, failed = 0, r, c, fd;
+	int rounds = 20000, errors = 8, failed = 0, done = 0, c, fd;
 	const char *file = NULL;
 	bool alive = true;
 	struct utsname name;
@@ -331,7 +277,7 @@ int main(int argc, char **argv)
 
 	/* What fails is what is overwritten next, or its parity, or something else. */
 	srandom(1);
-	for (r = 0; r < rounds && alive; r++) {
+	for (int r = 0; r < rounds && alive; r++) {
 		size_t n = random() % PARITY, hit;
 
 		if (r % (rounds / errors) == 0 && failed < errors) {
@@ -344,6 +290,7 @@ int main(int argc, char **argv)
 		repair_noted();
 		version[n]++;
 		alive = with_repair(overwrite, n);
+		done += alive;
 	}
 	repair_noted();
 	if (alive)
@@ -362,11 +309,11 @@ int main(int argc, char **argv)
 	fprintf(out, "lost, as the signals said\t%s\n", bytes(lost));
 	fprintf(out, "rebuilt from parity\t%s\n", bytes(rebuilt));
 	fprintf(out, "  one repair took at most\t");
-	fprintf(out, slowest ? "%.2f ms\n" : "-\n", slowest);
-	fprintf(out, "pages overwritten until the end\t%d of %d\n", alive ? r : r - 1, rounds);
+	fprintf(out, slowest ? "%.2f ms\n" : "-\n", slowest / 1e6);
+	fprintf(out, "pages overwritten until the end\t%d of %d\n", done, rounds);
 	fprintf(out, "mapped by 2 MiB entries at the end\t%s\n", bytes(number_in("/proc/self/smaps", "HugetlbPmdMapped:") * 1024));
 	fprintf(out, "mapped by 4 KiB entries at the end\t%s\n", bytes(number_in("/proc/self/smaps", "HugetlbPteMapped:") * 1024));
-	fprintf(out, "HardwareCorrupted\t%ld KiB\n", number_in("/proc/meminfo", "HardwareCorrupted:"));
+	fprintf(out, "HardwareCorrupted\t%lu KiB\n", number_in("/proc/meminfo", "HardwareCorrupted:"));
 	if (alive)
 		fprintf(out, "wrong words at the end\t%zu of %lu\n", wrong, PAGES * WORDS);
 	else
