@@ -11,7 +11,7 @@ export VM_SHELL
 override CMD := $(value CMD)
 export CMD
 
-VERBS := packages fetch tree series status check build vm test smoke soak demo bench clean
+VERBS := packages fetch tree series status check cross build vm test smoke soak demo bench clean
 .PHONY: help $(VERBS)
 
 help:
@@ -38,6 +38,9 @@ $(VERBS):
 #| make series     write that tree's commits back to patches/
 #| make status     base version, patches per stage, do tree and patches/ agree
 #| make check      the queue applies and is clean; BISECT=1: so is every prefix
+#|
+#| make cross      compile what the queue touches for other architectures; STAGES=1: at each
+#|                 stage's end
 #|
 #| make packages   install the Debian packages the rest needs
 #| make fetch      fetch the kernel's source; LINUX=<tarball or tree> to use your own
