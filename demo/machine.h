@@ -4,7 +4,7 @@
  * this. Its processors run a program that checks all of its memory over and over.
  *
  * Change it for what the machine is and does. What is for one architecture only is
- * between the lines that say so.
+ * in machine-x86_64.h and machine-arm64.h.
  */
 #ifndef DEMO_MACHINE_H
 #define DEMO_MACHINE_H
@@ -31,7 +31,7 @@
 static int gigabytes = 2, nvcpus = 2;
 static size_t size, npages, low_size;	/* of the memory; of what is below 1 GiB */
 static char *low, *mem;
-static int kvm, stats;
+static int kvm, vm;
 static struct vcpu {
 	int fd;
 	struct kvm_run *run;
@@ -43,137 +43,12 @@ static volatile struct state {		/* of each processor; the code knows the offsets
 static atomic_bool stopping;
 static atomic_uint_fast64_t first_run;
 
-/* --- x86-64 --- */
+#if defined(__x86_64__)
+#include "machine-x86_64.h"
+#elif defined(__aarch64__)
+#include "machine-arm64.h"
+#endif
 
-/*
- * The program. rdi: the memory, rsi: its state, r8: GENS, r9: number of processors,
- * r10: which of them it is, r11: pages of each - 1, r12: KEY; rax: where it has got to.
- * Word 0 and word 511 of page p are (p << 8 | generation) ^ KEY, all others w are
- * (p << 9 | w) ^ KEY.
- */
-asm(".pushsection .rodata\n"
-    "guest_code:\n"
-    "1:	imul $1664525, %rax, %rax\n"		/* visits all in one period */
-    "	add $1013904223, %rax\n"
-    "	and %r11, %rax\n"
-    "	mov %rax, %rbx\n"
-    "	imul %r9, %rbx\n"
-    "	add %r10, %rbx\n"			/* rbx: the page's number */
-    "	mov %rbx, %rcx\n"
-    "	shl $12, %rcx\n"
-    "	add %rdi, %rcx\n"			/* rcx: its address */
-    "	xor %edx, %edx\n"
-    "	mov %rbx, %r13\n"
-    "	shr $6, %r13\n"				/* HOT is 64 */
-    "	test $63, %bl\n"
-    "	jnz 2f\n"
-    "	movzbl (%r8, %r13), %edx\n"
-    "2:	mov %rbx, %rbp\n"
-    "	shl $8, %rbp\n"
-    "	or %rdx, %rbp\n"
-    "	xor %r12, %rbp\n"			/* rbp: what words 0 and 511 should be */
-    "	mov (%rcx), %r14\n"
-    "	cmp %rbp, %r14\n"
-    "	jne 9f\n"
-    "	mov 4088(%rcx), %r14\n"
-    "	cmp %rbp, %r14\n"
-    "	jne 9f\n"
-    "	mov %rax, %r15\n"			/* and one of the others */
-    "	shr $3, %r15\n"
-    "	and $255, %r15\n"
-    "	inc %r15\n"
-    "	mov %rbx, %rbp\n"
-    "	shl $9, %rbp\n"
-    "	or %r15, %rbp\n"
-    "	xor %r12, %rbp\n"
-    "	mov (%rcx, %r15, 8), %r14\n"
-    "	cmp %rbp, %r14\n"
-    "	jne 9f\n"
-    "	test $63, %bl\n"
-    "	jnz 3f\n"
-    "	inc %dl\n"
-    "	mov %dl, (%r8, %r13)\n"
-    "	mov %rbx, %rbp\n"
-    "	shl $8, %rbp\n"
-    "	or %rdx, %rbp\n"
-    "	xor %r12, %rbp\n"
-    "	mov %rbp, (%rcx)\n"
-    "	mov %rbp, 4088(%rcx)\n"
-    "3:	incq (%rsi)\n"
-    "	jmp 1b\n"
-    "9:	incq 8(%rsi)\n"
-    "	mov %rbx, 16(%rsi)\n"
-    "	mov %r14, 24(%rsi)\n"
-    "	out %al, $16\n"
-    "	jmp 3b\n"
-    "guest_code_end:\n"
-    ".popsection\n");
-extern const char guest_code[], guest_code_end[];
-
-struct registers {
-	struct kvm_regs regs;
-	struct kvm_sregs sregs;
-};
-
-static void get_registers(int fd, struct registers *r)
-{
-	if (ioctl(fd, KVM_GET_REGS, &r->regs) || ioctl(fd, KVM_GET_SREGS, &r->sregs))
-		die("registers");
-}
-
-static void set_registers(int fd, struct registers *r)
-{
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entry[128];
-	} cpuid = { .head.nent = 128 };
-
-	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) || ioctl(fd, KVM_SET_CPUID2, &cpuid) ||
-	    ioctl(fd, KVM_SET_SREGS, &r->sregs) || ioctl(fd, KVM_SET_REGS, &r->regs))
-		die("registers");
-}
-
-/* Long mode, everything mapped where it is. */
-static void boot_registers(int id)
-{
-	const struct kvm_segment code = {
-		.limit = ~0U, .selector = 8, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1,
-	}, data = {
-		.limit = ~0U, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1,
-	};
-	struct registers r;
-
-	get_registers(vcpu[id].fd, &r);
-	r.sregs.cr0 = 0x80050033;	/* PG AM WP NE ET MP PE */
-	r.sregs.cr3 = TABLES;
-	r.sregs.cr4 = 0x20;		/* PAE */
-	r.sregs.efer = 0x500;		/* LMA LME */
-	r.sregs.cs = code;
-	r.sregs.ds = r.sregs.es = r.sregs.fs = r.sregs.gs = r.sregs.ss = data;
-	r.regs = (struct kvm_regs) {
-		.rip = CODE, .rflags = 2, .rdi = MEMORY, .rsi = STATE + id * sizeof(*state),
-		.r8 = GENS, .r9 = nvcpus, .r10 = id, .r11 = npages / nvcpus - 1, .r12 = KEY,
-	};
-	set_registers(vcpu[id].fd, &r);
-}
-
-/*
- * Pages of 2 MiB: the processor that QEMU 7.2 emulates stops with a triple fault if pages
- * of 1 GiB are used in a machine whose memory is mapped by smaller ones.
- */
-static void boot_memory(void)
-{
-	uint64_t *top = (void *)(low + TABLES), *next = top + 512, *last = next + 512;
-
-	memcpy(low + CODE, guest_code, guest_code_end - guest_code);
-	top[0] = (TABLES + PAGE) | 3;
-	for (uint64_t i = 0; i <= (uint64_t)gigabytes; i++)
-		next[i] = (TABLES + (2 + i) * PAGE) | 3;
-	for (uint64_t i = 0; i < (gigabytes + 1) * 512UL; i++)
-		last[i] = i << 21 | 0xe3;	/* present, writable, used, 2 MiB */
-}
-
-/* --- end of x86-64 --- */
 
 static void kick(int sig)
 {
@@ -183,7 +58,7 @@ static void kick(int sig)
 static void make_machine(void)
 {
 	struct kvm_userspace_memory_region slot[2] = { { .slot = 0 }, { .slot = 1 } };
-	int vm, run_size;
+	int run_size;
 
 	low_size = (GENS + npages / HOT + PAGE - 1) & ~(PAGE - 1);
 	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -212,8 +87,8 @@ static void make_machine(void)
 		v->run = mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, 0);
 		if (v->run == MAP_FAILED)
 			die("processor %d", i);
+		make_vcpu(v->fd);
 	}
-	stats = ioctl(vm, KVM_GET_STATS_FD, 0);
 	signal(SIGUSR1, kick);
 }
 
@@ -251,7 +126,7 @@ static void *run_vcpu(void *arg)
 			continue;
 		}
 		errno = 0;
-		if (v->run->exit_reason == KVM_EXIT_IO)
+		if (v->run->exit_reason == EXIT_ERROR)
 			die("processor %d found %#lx in page %lu", id, state[id].found, state[id].page);
 		if (v->run->exit_reason != KVM_EXIT_INTR)
 			die("processor %d stopped: reason %d", id, v->run->exit_reason);
@@ -296,30 +171,6 @@ static uint64_t rate(void)
 
 	sleep(5);
 	return rate_since(t, before);
-}
-
-/* One of KVM's statistics, or 0: not all architectures have all. */
-static uint64_t statistic(const char *name)
-{
-	union {
-		struct kvm_stats_desc desc;
-		char room[256];
-	} u;
-	struct kvm_stats_header head;
-	uint64_t value;
-
-	if (pread(stats, &head, sizeof(head), 0) != sizeof(head))
-		return 0;
-	for (uint32_t i = 0; i < head.num_desc; i++) {
-		size_t len = sizeof(u.desc) + head.name_size;
-
-		if (len > sizeof(u) || pread(stats, &u, len, head.desc_offset + i * len) != (ssize_t)len)
-			break;
-		if (!strcmp(u.desc.name, name) &&
-		    pread(stats, &value, sizeof(value), head.data_offset + u.desc.offset) == sizeof(value))
-			return value;
-	}
-	return 0;
 }
 
 #endif

@@ -91,8 +91,10 @@ static int watch_memory(uint64_t features, uint64_t mode)
 /* How KVM maps the memory. */
 static void report_stage2(const char *when)
 {
-	fprintf(out, "%s\t%lu, %lu, %lu\n", when, statistic("pages_1g"), statistic("pages_2m"),
-		statistic("pages_4k"));
+	uint64_t pages[3];
+
+	stage2_pages(pages);
+	fprintf(out, "%s\t%lu, %lu, %lu\n", when, pages[0], pages[1], pages[2]);
 }
 
 /* --- the source --- */
