@@ -11,7 +11,7 @@ export VM_SHELL
 override CMD := $(value CMD)
 export CMD
 
-VERBS := packages fetch tree series status check cross build vm test smoke soak demo bench clean
+VERBS := packages fetch tree series status check cross size build vm test smoke soak demo bench clean
 .PHONY: help $(VERBS)
 
 help:
@@ -41,6 +41,7 @@ $(VERBS):
 #|
 #| make cross      compile what the queue touches for other architectures; STAGES=1: at each
 #|                 stage's end
+#| make size       lines per stage, special cases outside hugetlb's files, text with the option off
 #|
 #| make packages   install the Debian packages the rest needs
 #| make fetch      fetch the kernel's source; LINUX=<tarball or tree> to use your own
