@@ -66,7 +66,9 @@ asm(".pushsection .rodata\n"
     "	b 3b\n"
     "guest_code_end:\n"
     ".popsection\n");
-extern const char guest_code[], guest_code_end[];
+/* Hidden: otherwise Debian 12's linker has both at the same place. */
+extern const char guest_code[] __attribute__((visibility("hidden")));
+extern const char guest_code_end[] __attribute__((visibility("hidden")));
 
 #define X(n)	(KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | 2 * (n))
 #define PC	X(32)			/* after the stack pointer */
