@@ -49,7 +49,6 @@ static atomic_uint_fast64_t first_run;
 #include "machine-arm64.h"
 #endif
 
-
 static void kick(int sig)
 {
 	(void)sig;		/* only to interrupt KVM_RUN */
