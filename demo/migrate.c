@@ -8,7 +8,8 @@
  * write protection and PAGEMAP_SCAN tell. Then the machine stops, and goes on in the
  * destination, where what is still missing is fetched on a fault (UFFDIO_CONTINUE) or
  * comes with the background stream. On a kernel with MADV_SPLIT all of this is done
- * by 4 KiB; on others it is the same program, but a page is 1 GiB.
+ * by 4 KiB; on others it is the same program, but a page is 1 GiB. With -m the memory
+ * is ordinary shared memory, on any kernel.
  *
  * Change it for what a migration does; demo/machine.h is the machine.
  */
@@ -24,6 +25,7 @@
 #define ROUNDS	4		/* of pre-copy at the most */
 
 static int megabits = 250;
+static bool shmem;		/* ordinary shared memory instead of hugetlb */
 static bool split;		/* does this kernel have MADV_SPLIT? */
 static size_t step;		/* the smallest page there is then */
 static int conn;		/* to the other process */
@@ -64,10 +66,10 @@ static void must_receive(void *buf, size_t len)
 
 static int new_memory(void)
 {
-	int fd = memfd_create("guest", MFD_HUGETLB | MFD_HUGE_1GB);
+	int fd = memfd_create("guest", shmem ? 0 : MFD_HUGETLB | MFD_HUGE_1GB);
 
 	if (fd < 0 || ftruncate(fd, size) || fallocate(fd, 0, 0, size))
-		die("%d pages of 1 GiB", gigabytes);
+		die("%d GiB of memory", gigabytes);
 	return fd;
 }
 
@@ -419,7 +421,8 @@ static void destination(void)
 	alias = map_memory(fd);
 	mem = map_memory(fd);
 	make_machine();
-	uffd = watch_memory(UFFD_FEATURE_MINOR_HUGETLBFS, UFFDIO_REGISTER_MODE_MINOR);
+	uffd = watch_memory(shmem ? UFFD_FEATURE_MINOR_SHMEM : UFFD_FEATURE_MINOR_HUGETLBFS,
+			    UFFDIO_REGISTER_MODE_MINOR);
 	parts = calloc(size / step, sizeof(*parts));
 	waits = calloc(size / step, sizeof(*waits));
 	if (!parts || !waits)
@@ -465,7 +468,8 @@ static bool valid(int n, int max)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: migrate [-g GiB] [-c processors] [-r Mbit/s] [-o file]\n"
+	fprintf(stderr, "usage: migrate [-g GiB] [-c processors] [-r Mbit/s] [-m] [-o file]\n"
+		"-m: ordinary shared memory instead of hugetlb\n"
 		"GiB and processors are powers of 2; twice as many pages of 1 GiB are needed\n");
 	return 2;
 }
@@ -477,11 +481,12 @@ int main(int argc, char **argv)
 	int opt, pair[2], status;
 	pid_t child;
 
-	while ((opt = getopt(argc, argv, "g:c:r:o:")) != -1) {
+	while ((opt = getopt(argc, argv, "g:c:r:mo:")) != -1) {
 		switch (opt) {
 		case 'g': gigabytes = atoi(optarg); break;
 		case 'c': nvcpus = atoi(optarg); break;
 		case 'r': megabits = atoi(optarg); break;
+		case 'm': shmem = true; break;
 		case 'o': file = optarg; break;
 		default: return usage();
 		}
@@ -490,15 +495,15 @@ int main(int argc, char **argv)
 		return usage();
 	size = gigabytes * GIB;
 	npages = size / PAGE;
-	split = !madvise(NULL, 0, MADV_SPLIT);
-	step = split ? PAGE : GIB;
+	split = !shmem && !madvise(NULL, 0, MADV_SPLIT);
+	step = split || shmem ? PAGE : GIB;
 	out = fopen(file, "a");
 	if (!out)
 		die("%s", file);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	uname(&name);
-	fprintf(out, "kernel\t%s\nmemory\t%d pages of 1 GiB\nprocessors\t%d\n", name.release,
-		gigabytes, nvcpus);
+	fprintf(out, "kernel\t%s\nmemory\t%d %s\nprocessors\t%d\n", name.release, gigabytes,
+		shmem ? "GiB, ordinary" : "pages of 1 GiB", nvcpus);
 	fflush(out);
 
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
