@@ -20,8 +20,8 @@ help:
 $(VERBS):
 	@scripts/$@
 
-#| make demo       everything, up to three stories on 1 GiB pages on the stock and the patched
-#|                 kernel: post-copy, a database, a program that repairs itself; tables, a plot
+#| make demo       everything, up to four stories on 1 GiB pages on the stock and the patched kernel:
+#|                 post-copy, a database, a program that repairs itself, a virtual machine; tables, a plot
 #| make test       everything, up to selftests under the debug kernel; the last line counts
 #| make smoke      the HGM selftests on the fast kernel
 #|                 ARCH=arm64 is an option of test, smoke, vm and build: it is emulated

@@ -470,7 +470,7 @@ static int usage(void)
 {
 	fprintf(stderr, "usage: migrate [-g GiB] [-c processors] [-r Mbit/s] [-m] [-o file]\n"
 		"-m: ordinary shared memory instead of hugetlb\n"
-		"GiB and processors are powers of 2; twice as many pages of 1 GiB are needed\n");
+		"GiB and processors are powers of 2; it needs twice as much memory\n");
 	return 2;
 }
 
