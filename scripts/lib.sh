@@ -107,7 +107,6 @@ use_ccache() {
 		export CCACHE_DIR=${CCACHE_DIR:-$CACHE/ccache}
 		export CCACHE_BASEDIR=$BUILD CCACHE_NOHASHDIR=1
 		export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-8G}
-		export CCACHE_DEPEND=1	# no preprocessing of what is not in the cache
 		COMPILER=(CC="ccache $cc" HOSTCC='ccache gcc')
 	fi
 }
