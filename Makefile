@@ -25,7 +25,7 @@ $(VERBS):
 #| make test       everything, up to selftests under the debug kernel; the last line counts
 #| make smoke      the HGM selftests on the fast kernel
 #|                 ARCH=arm64 is an option of test, smoke, vm and build: it is emulated
-#| make soak       random operations against a model, for MINUTES=60
+#| make soak       random operations against a model, and races, for MINUTES=60 each
 #| make bench      the measurements
 #|
 #| make vm CMD='...'   run a command in a virtual machine, as root, over a read-only view
