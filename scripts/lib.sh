@@ -23,6 +23,9 @@ unset MAKEFLAGS MAKELEVEL MFLAGS MAKEOVERRIDES
 
 mkdir -p "$BUILD" "$LOGS"
 
+# Ctrl-C does not reach what runs in the background.
+trap 'trap "" TERM; kill 0; exit 130' INT
+
 START=${START:-$(date +%s)}	# of the whole verb, inherited by the scripts it calls
 export START BUILD PATCHES CACHE ARCH
 

@@ -22,18 +22,33 @@ read_series() {
 	done <"$PATCHES/series"
 }
 
+# What expand_queue() depends on.
+queue_key() {
+	local patch
+	{
+		tgit rev-parse 'base^{commit}'
+		cat "$TOP/scripts/queue.sh" "$PATCHES/series"
+		while IFS=$'\t' read -r patch _; do sha256sum "$PATCHES/$patch"; done < <(read_series)
+	} 2>&1 | sha256sum | cut -d ' ' -f 1
+}
+
 # Makes one commit per patch on top of the tag `base` without touching any file of
 # the tree, and prints the last one. No fuzz; an offset is reported. The same
-# patches on the same base give the same commit. $1: stop after this many.
+# patches on the same base give the same commit: what came of them last is remembered.
 expand_queue() {
-	local limit=${1:-100000} work parent date n=0 stage patch
+	local work parent date n=0 stage patch key
+	key=$(queue_key)
+	parent=$(sed -n "s/^$key //p" "$BUILD/expanded" 2>/dev/null || true)
+	if [ -n "$parent" ] && tgit cat-file -e "$parent"; then
+		echo "$parent"
+		return
+	fi
 	work=$(mktemp -d "$BUILD/expand.XXXX")
 	export GIT_INDEX_FILE=$work/index
 	parent=$(tgit rev-parse 'base^{commit}')
 	tgit read-tree "$parent"
 	date=$(tgit log -1 --format=%ct "$parent")
 	while IFS=$'\t' read -r patch stage; do
-		[ "$n" -lt "$limit" ] || break
 		n=$((n + 1))
 		[ -f "$PATCHES/$patch" ] || { rm -rf "$work"; die "patches/series names $patch, which does not exist"; }
 		git mailinfo -k --encoding=UTF-8 "$work/body" "$work/diff" <"$PATCHES/$patch" >"$work/info"
@@ -43,7 +58,7 @@ expand_queue() {
 			die "patch $n, $patch, does not apply to $(tgit log -1 --format=%s base). Nothing was changed." \
 				'Fix the patch, or (if an earlier one changed) make it anew from the tree with make series'
 		fi
-		sed -n "s/^Hunk.*offset.*/note: $patch: &/p" "$work/log" >&2
+		sed -n "s/^Hunk.*offset.*/note: $patch: &/p" "$work/log" | tee -a "$work/notes" >&2
 		{
 			sed -n 's/^Subject: //p' "$work/info"
 			echo
@@ -59,6 +74,8 @@ expand_queue() {
 			"$(tgit write-tree)")
 	done < <(read_series)
 	unset GIT_INDEX_FILE
+	# What there is to say of an offset is to be said again.
+	[ -s "$work/notes" ] || echo "$key $parent" >"$BUILD/expanded"
 	rm -rf "$work"
 	echo "$parent"
 }
@@ -78,7 +95,12 @@ describe_commits() {
 	done
 }
 
-same_queue() { [ "$(describe_commits "$1")" = "$(describe_commits "$2")" ]; }
+# Asks for all messages at once first: commit by commit it takes seconds.
+same_queue() {
+	local format='%T %an <%ae>%n%B'
+	[ "$(tgit log --format="$format" "base..$1")" = "$(tgit log --format="$format" "base..$2")" ] ||
+		[ "$(describe_commits "$1")" = "$(describe_commits "$2")" ]
+}
 
 slug() {
 	tgit log -1 --format=%f "$1" | cut -c -100 | tr '[:upper:]' '[:lower:]'

@@ -6,6 +6,13 @@
 RESULTS=${RESULTS:-$BUILD/results}
 export RESULTS
 
+# only_one <name>: two at once would take each other's results away.
+only_one() {
+	local lock
+	exec {lock}>"$BUILD/$1.lock"
+	flock -n "$lock" || die "another one is going on in $BUILD ($1.lock): wait until it ends"
+}
+
 # One flat folder: a name can be another one's beginning.
 result_file() { echo "$RESULTS/$(printf '%s' "$1" | tr / % | tr -c 'A-Za-z0-9_.+% =-' _)"; }
 
