@@ -24,7 +24,14 @@ unset MAKEFLAGS MAKELEVEL MFLAGS MAKEOVERRIDES
 mkdir -p "$BUILD" "$LOGS"
 
 # Ctrl-C does not reach what runs in the background.
-trap 'trap "" TERM; kill 0; exit 130' INT
+end_children() {
+	local child
+	for child in $(pgrep -P "$1"); do
+		end_children "$child"
+		kill "$child" 2>/dev/null || true
+	done
+}
+trap 'end_children $$; trap - INT; kill -INT $$' INT
 
 START=${START:-$(date +%s)}	# of the whole verb, inherited by the scripts it calls
 export START BUILD PATCHES CACHE ARCH
